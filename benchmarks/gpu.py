@@ -1,4 +1,4 @@
-"""ft-host on one GPU, beside TRL: tests marked gpu, SFT, DPO and GRPO, in ten minutes at most.
+"""ft-host on one GPU, beside TRL: tests marked gpu, layers alone, SFT, DPO and GRPO, in ten minutes at most.
 
     python benchmarks/gpu.py                            all of it; what came out is in runs/gpu/gpu.md and gpu.json
     python benchmarks/gpu.py --only sft grpo --minutes 5
@@ -34,9 +34,10 @@ from warm import Warm
 
 HERE = Path(__file__).resolve().parent
 TESTS = 120  # seconds that the tests may take
+LAYERS = 90  # and layers alone, most of which is compilation
 LONGEST = 5  # times what a side may need: one that hangs must leave time for the others
 TOLERANCE = 0.02  # of losses in bfloat16, relative
-PARTS = ("tests", "sft", "dpo", "grpo")
+PARTS = ("tests", "layers", "sft", "dpo", "grpo")
 
 RunSide = Callable[[str, dict[str, Any], float, Path], dict[str, Any]]
 
@@ -105,6 +106,27 @@ def tests_in(said: str, ended_after: float | None) -> dict[str, Any]:
     elif not ends:
         words.append((said.strip().splitlines() or ["pytest said nothing"])[-1].strip("= "))
     return {"said": "; ".join([*words, *(f"failed: {name}" for name in failed)]), "failed": failed}
+
+
+def run_layers(scale: Scale, device: str, out: Path, cache: Path, clock: Clock) -> dict[str, Any]:
+    """What `layers.measure` found of norms and MLPs, or why it failed."""
+    spec = {"device": device, "tokens": scale.layer_tokens, "repeats": scale.layer_repeats, "shapes": scale.shapes}
+    found, limit = out / "layers.json", max(1.0, min(LAYERS, clock.left))
+    found.unlink(missing_ok=True)
+    command = [sys.executable, "-P", str(HERE / "gpu_parts" / "layers.py"), json.dumps(spec), str(found)]
+    code, said = run_limited(command, {**os.environ, **caches(cache), "HF_HUB_OFFLINE": "1"}, limit)
+    if code == 0:
+        cases = json.loads(found.read_text(encoding="utf-8"))
+        found.unlink()
+        return {"tokens": scale.layer_tokens, "cases": cases}
+    (out / "layers.log").write_text(said)
+    why = f"ended after {limit:.0f} s" if code is None else what_failed(f"it ended with {code}", said)
+    return {"failed": f"{why} (see layers.log)"}
+
+
+def caches(folder: Path) -> dict[str, str]:
+    """Variables by which processes find what others have compiled."""
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
 
 
 # ---------------------------------------------------------------- the work
@@ -236,10 +258,9 @@ def do(
 
 def fresh(cache: Path) -> RunSide:
     """Sides in fresh processes. What one of them compiles, the next ones find."""
-    environment = {"TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "TRITON_CACHE_DIR": str(cache / "triton")}
 
     def run(side: str, spec: dict[str, Any], limit: float, log: Path) -> dict[str, Any]:
-        return run_side(side, environment, spec, cache, limit, log)
+        return run_side(side, caches(cache), spec, cache, limit, log)
 
     return run
 
@@ -293,7 +314,8 @@ def main(argv: list[str] | None = None) -> None:
         attention=machine["attention"],
         attention_why=machine["attention_why"],
     )
-    result: dict[str, Any] = {"machine": machine, "tiny": args.tiny, "peak": said, "tests": None, "jobs": []}
+    result: dict[str, Any] = {"machine": machine, "tiny": args.tiny, "peak": said, "tests": None, "layers": None}
+    result["jobs"] = []
     result["limit_s"] = clock.limit
 
     def write() -> None:
@@ -309,6 +331,10 @@ def main(argv: list[str] | None = None) -> None:
         write()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if "layers" in args.only:
+            result["layers"] = run_layers(scale, args.device, args.out, folder / "cache", clock)
+            say(f"layers: {result['layers'].get('failed', 'done')}", clock)
+            write()
         material = Material(folder, scale, scale.skip + scale.measured + 1)
         run = stack.enter_context(Warm(folder / "cache")).run if args.device == "cpu" else fresh(folder / "cache")
         for job in jobs(scale, place):

@@ -18,6 +18,7 @@ import torch
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 NAMES = ("gpu", "turns", "tracing", "watch", "gpu_parts.cards", "gpu_parts.jobs", "gpu_parts.models", "gpu_parts.pages")
+NAMES += ("gpu_parts.layers",)
 INSTALLED = {"trl": "1.16.0", "vllm": "0.32.0", "liger-kernel": "0.7.0"}
 
 
@@ -331,6 +332,58 @@ def test_a_device_that_is_not_there_is_refused(bench, capsys):
     assert "only with --tiny" in capsys.readouterr().err
 
 
+# ---------------------------------------------------------------- layers alone
+
+
+def test_ways_of_a_layer_compute_the_same(bench):
+    """A model's own and lean ones, whose gradients are wanted as well."""
+    layers, device = bench.layers, torch.device("cpu")
+    for case in layers.cases(24, {"0.6B": bench.jobs.SMALL}, device):
+        results = []
+        for label in (layers.OWN, layers.EAGER):
+            way = case.ways[label]()
+            out = way.function(*case.inputs)
+            results.append([out, *torch.autograd.grad(out.float().pow(2).sum(), [*case.inputs, *way.weights])])
+        for one, other in zip(*results, strict=True):
+            assert one.dtype == other.dtype, case.title
+            assert torch.allclose(one.float(), other.float(), rtol=0.02, atol=0.02 * float(one.abs().max())), case.title
+
+
+def test_a_way_that_fails_is_told_and_the_others_are_measured(bench):
+    layers = bench.layers
+
+    def broken():
+        raise ValueError("no such kernel\nand more")
+
+    def odd():
+        raise layers.NotHere("it isn't installed")
+
+    given = torch.ones(3, requires_grad=True)
+    ways = {"own": lambda: layers.Way(torch.sin, []), "a": broken, "b": odd}
+    case = layers.Case("sines", [given], ways, 24)
+    found = {label: layers.measured(case, label, 1, torch.device("cpu")) for label in ways}
+    assert found["own"]["ms"] > 0 and found["own"]["peak_mib"] is None
+    assert found["own"]["gb_per_s"] == pytest.approx(24e-6 / found["own"]["ms"])
+    assert found["a"] == {"failed": "ValueError: no such kernel"} and found["b"] == {"failed": "it isn't installed"}
+    text = "\n".join(bench.pages.layer_lines({"tokens": 3, "cases": [{"title": "sines", "ways": found}]}))
+    assert (
+        "**sines**" in text and "| own | " in text and "a: ValueError: no such kernel. b: it isn't installed." in text
+    )
+
+
+def test_layers_that_fail_or_take_too_long_leave_the_rest(bench, tmp_path, monkeypatch):
+    clock, scale = bench.gpu.Clock(600.0), bench.jobs.REHEARSAL
+    monkeypatch.setattr(
+        bench.gpu, "run_limited", lambda *given: (1, "Traceback (most recent call last):\nOSError: no\n")
+    )
+    found = bench.gpu.run_layers(scale, "cpu", tmp_path, tmp_path, clock)
+    assert found == {"failed": "OSError: no (see layers.log)"}
+    monkeypatch.setattr(bench.gpu, "run_limited", lambda *given: (None, ""))
+    found = bench.gpu.run_layers(scale, "cpu", tmp_path, tmp_path, clock)
+    assert found == {"failed": "ended after 90 s (see layers.log)"}
+    assert bench.pages.layer_lines(found) == ["Not measured: ended after 90 s (see layers.log)."]
+
+
 # ---------------------------------------------------------------- all of it
 
 
@@ -349,7 +402,15 @@ def test_trl_takes_what_it_is_asked(bench):
 def test_a_rehearsal_on_a_cpu(tmp_path):
     """Each job, each side: half a minute. The tests marked gpu are left out: they are all skipped here."""
     command = [sys.executable, str(FOLDER / "gpu.py"), "--device", "cpu", "--tiny", "--out", str(tmp_path)]
-    command += ["--only", "sft", "dpo", "grpo", "--minutes", "60"]  # a busy machine may take ten times as long
+    command += [
+        "--only",
+        "layers",
+        "sft",
+        "dpo",
+        "grpo",
+        "--minutes",
+        "60",
+    ]  # a busy machine may take ten times as long
     done = subprocess.run(command, capture_output=True, text=True)
     assert not done.returncode, done.stderr[-3000:]
     result = json.loads((tmp_path / "gpu.json").read_text())
@@ -369,5 +430,11 @@ def test_a_rehearsal_on_a_cpu(tmp_path):
     assert traced == {"sft-0.6b-full", "dpo-0.6b", "sft-8b-full", "grpo-0.6b-trace"}
     for name in traced:
         assert (tmp_path / f"trace-{name}.json.gz").stat().st_size > 10_000
+    assert len(result["layers"]["cases"]) == 10
+    for case in result["layers"]["cases"]:
+        for label in ("own", "operation by operation"):
+            assert case["ways"][label]["ms"] > 0
+        assert case["ways"]["compiled"] == {"failed": "Triton doesn't compile for cpu"}
     page = (tmp_path / "gpu.md").read_text()
+    assert "**8B: gated MLP, bfloat16 maths, weights in float32**" in page
     assert "A rehearsal" in page and "Where a step of ft-host goes: generation" in page

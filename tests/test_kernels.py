@@ -13,7 +13,7 @@ from ft_host.errors import ConfigError
 from ft_host.models import attention as room
 from ft_host.models import kernels, load_policy, probe, segments, varlen
 from ft_host.models.attention import FlatMask, Layout, NotFlat, segment_attention
-from ft_host.models.kernels import reason_of
+from ft_host.models.compiling import reason_of
 from ft_host.testing.models import save_tiny, tiny_llama, tiny_moe, tiny_tokenizer
 
 CPU = torch.device("cpu")

@@ -352,6 +352,17 @@ class Odd(nn.Module):
         return self.out(self.drop(F.silu(one(x)) * self.factor * two(x)))
 
 
+class Square(nn.Module):
+    """A gated MLP whose layers all have one size, the last of them named first."""
+
+    def __init__(self):
+        super().__init__()
+        self.out, self.one, self.two = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(F.gelu(self.one(x), approximate="tanh") * self.two(x))
+
+
 class LeftOutNorm(nn.Module):
     """Divides by the largest value."""
 
@@ -369,6 +380,15 @@ def test_what_an_mlp_computes_tells_its_form():
     assert mlps.form_of_mlp(Odd(2.0), CPU, torch.float32) is None
     assert mlps.form_of_mlp(Odd(1.0, rate=0.5), CPU, torch.float32) is None
     assert mlps.form_of_mlp(Odd(1.0, rate=0.5).eval(), CPU, torch.float32) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_forms_within_the_rounding_the_nearest_counts(dtype):
+    """In bfloat16 both kinds of GELU are; and under autocast a model's own operations may round in another place."""
+    form = mlps.MlpForm("one", "two", "out", "gelu_tanh")
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            assert mlps.form_of_mlp(Square(), CPU, dtype) == form
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen", "gemma"])

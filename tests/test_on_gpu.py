@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from device import lean
 
 from ft_host.errors import OutOfMemory
 from ft_host.generation import frames
@@ -85,6 +86,22 @@ def test_the_fast_kernel_learns_what_a_call_a_segment_does(four, method, tmp_pat
     for one, other in zip(fast, plain, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.1)
+
+
+def test_compiled_layers_give_the_numbers_of_operations_one_by_one():
+    for name, narrow, apart in lean.differences():
+        assert apart <= (1e-2 if narrow else 2e-5), name
+
+
+@pytest.mark.parametrize("family", ["qwen", "gemma"])
+def test_layers_are_compiled_before_the_first_step(family, tmp_path):
+    """In bfloat16, of rows of all lengths: in the steps nothing more."""
+    config = config_of("sft", Path(lean.model_of(tmp_path, family)), tmp_path, segment_attention="sdpa")
+    with lean.watched() as seen:
+        steps = lines(run_in(config, "run"))
+    assert len(steps) == 3 and all(math.isfinite(step["loss"]) for step in steps)
+    assert {"normed", "of_states", "product", "of_gate_and_up"} <= seen["calls"].keys()
+    assert seen["compiled"] == 0
 
 
 @pytest.mark.skipif(torch.version.cuda is None and torch.version.hip is None, reason="needs graphs of a real device")

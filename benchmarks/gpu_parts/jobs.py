@@ -63,6 +63,8 @@ class Scale:
     prompt_words: float
     new_tokens: int
     traced_tokens: int  # of a completion of GRPO's trace, which has an event for each kernel
+    layer_tokens: int  # of a pass of layers alone
+    layer_repeats: int
 
 
 ON_A_CARD = Scale(
@@ -81,6 +83,8 @@ ON_A_CARD = Scale(
     prompt_words=95,
     new_tokens=256,
     traced_tokens=12,
+    layer_tokens=8192,
+    layer_repeats=20,
 )
 REHEARSAL = Scale(
     shapes={"0.6B": SMALL, "8B": SMALL | {"num_attention_heads": 8, "tie_word_embeddings": False}},
@@ -98,6 +102,8 @@ REHEARSAL = Scale(
     prompt_words=8,
     new_tokens=6,
     traced_tokens=4,
+    layer_tokens=64,
+    layer_repeats=1,
 )
 
 

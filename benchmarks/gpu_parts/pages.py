@@ -29,6 +29,7 @@ FIGURES = {
     "launches": ("kernels and copies (traced step)", "{:,}"),
     "difference": ("losses differ by (relative)", "{:.1e}"),
 }
+LAYER_FIGURES = {"ms": 3, "peak_mib": 1, "gb_per_s": 0}  # digits after the point
 # Where a step with a rollout goes, in the words of ft-host's metrics; TRL's are measured around its methods.
 PARTS = {
     "perf/generation_time": "generation",
@@ -136,9 +137,31 @@ def page(result: Result) -> str:
     ]
     if result["tests"]:
         lines += ["## Tests marked gpu", "", result["tests"]["said"], ""]
+    if result["layers"]:
+        lines += ["## Norms and gated MLPs alone", "", *layer_lines(result["layers"]), ""]
     for job in result["jobs"]:
         lines += [f"## {job['title']}", "", *job_lines(job), ""]
     return "\n".join(lines)
+
+
+def layer_lines(layers: Result) -> list[str]:
+    """A table of each layer, and why a way of it isn't there."""
+    if "failed" in layers:
+        return [f"Not measured: {layers['failed']}."]
+    lines = [
+        f"{layers['tokens']:,} tokens, forward and backward. Peak: over the inputs. GB/s: of what has to be read and "
+        "written at the least."
+    ]
+    for case in layers["cases"]:
+        done = {label: way for label, way in case["ways"].items() if "failed" not in way}
+        rows = [
+            [label, *("" if way[key] is None else f"{way[key]:,.{digits}f}" for key, digits in LAYER_FIGURES.items())]
+            for label, way in done.items()
+        ]
+        lines += ["", f"**{case['title']}**", "", *table(["", "ms", "peak, MiB", "GB/s"], rows)]
+        left = [f"{label}: {way['failed']}." for label, way in case["ways"].items() if label not in done]
+        lines += ["", " ".join(left)] if left else []
+    return lines
 
 
 def job_lines(job: Result) -> list[str]:

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from ft_host.errors import FtHostError
+from ft_host.models import compiling
 from ft_host.models.layout import FlatMask, Layout, NotFlat, blocks, intervals, table
 from ft_host.util.transfer import to_device
 
 BLOCK = 128  # tokens: torch's own size of a block
 LEAST = 2 * BLOCK  # of fewer tokens torch would make another kernel, for decoding, which many head layouts don't fit
-KERNELS = 64  # that may be compiled in a process; torch's default of 8 is soon reached by a policy and other models
+KERNELS = compiling.KERNELS
 
 
 def padded_length(total: int) -> int:
@@ -98,24 +96,12 @@ def _attend(
 
 @functools.cache
 def compiled() -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
-    """Return the compiled kernel.
-
-    With `fullgraph` it raises an error at its limit, where it would otherwise go on uncompiled, with all scores in
-    memory. Numbers such as a soft cap are constants in the kernel: as symbols they don't pass Inductor.
-    """
-    kernel = torch.compile(_attend, dynamic=True, fullgraph=True)
-
-    @torch._dynamo.config.patch(recompile_limit=KERNELS, specialize_float=True)
-    def call(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        try:
-            return kernel(*arguments)
-        except FailOnRecompileLimitHit as error:
-            raise FtHostError(
-                f"flex_attention has been compiled {KERNELS} times, for head layouts, types and the like that changed; "
-                "TORCH_LOGS=recompiles says which. Set segment_attention to sdpa to go on without it"
-            ) from error
-
-    return call
+    """Return the compiled kernel."""
+    why = (
+        "for head layouts, types and the like that changed; TORCH_LOGS=recompiles says which. "
+        "Set segment_attention to sdpa to go on without it"
+    )
+    return compiling.compiled(_attend, "flex_attention", why, KERNELS)
 
 
 def flex_segments(

@@ -12,6 +12,7 @@ from ft_host.errors import ConfigError
 from ft_host.models import probe as trial
 from ft_host.models import varlen
 from ft_host.models.attention import install, original_of
+from ft_host.models.compiling import reason_of
 from ft_host.models.layout import NotFlat
 from ft_host.models.reach import backbone_of, text_part
 from ft_host.util import devices
@@ -144,20 +145,6 @@ def _refusal(policy: Policy, config: RunConfig, shared: bool = True) -> str | No
         # where others' tokens change a row's rounding, the number says nothing
         policy.layout_leak = leak if kernel != "none" and leaking <= ROUNDING else None
     return None
-
-
-def reason_of(error: BaseException) -> str:
-    """Return the line of an error that says what happened; of a C compiler's trouble, what is missing."""
-    text = str(error)
-    if "Failed to find C compiler" in text or isinstance(error, FileNotFoundError):
-        return "there is no C compiler, which Triton starts its kernels through (install gcc, or name another in CC)"
-    if "returned non-zero exit status" in text:
-        return (
-            "the C compiler that Triton starts its kernels through fails: it needs Python.h, which a package such as "
-            "python3-dev has"
-        )
-    lines = [line.strip() for line in text.splitlines()]
-    return next((line for line in lines if line and not line.endswith("raised:")), type(error).__name__)
 
 
 def _refuse(policy: Policy, config: RunConfig, reasons: list[str]) -> NoReturn:

@@ -99,7 +99,8 @@ def _choose_layout(policy: Policy, config: RunConfig, device: torch.device) -> N
     with maths(config, device):
         choose_layout(policy, config)
     if not config.use_liger_kernel:  # which has layers of its own
-        policy.lean = make_lean(policy.model, policy.device, precision(config, device))
+        fuse = not config.torch_compile  # which compiles whole layers
+        policy.lean = make_lean(policy.model, policy.device, precision(config, device), fuse)
 
 
 def _when_usable(policy: Policy, work: Callable[[], None]) -> None:

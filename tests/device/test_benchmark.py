@@ -41,6 +41,27 @@ def described() -> dict[str, Any]:
     return describe("cuda")
 
 
+def layers() -> list[dict[str, Any]]:
+    sys.path.insert(0, str(BENCHMARKS))
+    from gpu_parts.jobs import SMALL
+    from gpu_parts.layers import measure
+
+    return measure({"device": "cuda", "tokens": 400, "repeats": 1, "shapes": {"0.6B": SMALL}})
+
+
+def test_layers_are_timed_in_each_way_that_there_is(on_device):
+    """Products of few elements are compiled too. The device has no norm of torch's own, and Liger isn't installed."""
+    found = {case["title"]: case["ways"] for case in on_device(layers)}
+    assert len(found) == 5
+    for title, ways in found.items():
+        for label in ("own", "operation by operation", "compiled"):
+            assert ways[label].get("ms", 0) > 0 and ways[label]["peak_mib"] > 0, (title, label, ways[label])
+        assert ways["Liger"] == {"failed": "liger-kernel isn't installed"}
+        assert ("torch's kernel" in ways) == ("norm" in title)
+    mlp = found["0.6B: gated MLP, bfloat16 maths, weights in float32"]
+    assert mlp["operation by operation"]["peak_mib"] < mlp["own"]["peak_mib"]  # compiled, it is traced alone
+
+
 def test_the_peak_is_of_the_measured_steps_alone(on_device, tmp_path):
     report = on_device(watched, str(tmp_path / "trace.json.gz"))
     assert report["device_before"]["now_mb"] == 1

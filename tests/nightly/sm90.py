@@ -1,4 +1,4 @@
-"""Compiles the kernels of flex attention for sm_90, an H100 or H200, on a machine without a GPU.
+"""Compiles the kernels of flex attention and of lean layers for sm_90, an H100 or H200, on a machine without a GPU.
 
 Inductor lowers a call on the pretended device (tests/device), Triton compiles what it wrote, and ptxas assembles it: as
 on a GPU, and with its limit of shared memory. What is compiled isn't launched; in place of results there is memory as
@@ -24,6 +24,7 @@ import torch  # noqa: E402
 from device import pretended  # noqa: E402
 
 from nightly.families import CASES, Heads  # noqa: E402
+from nightly.layers import LAYERS, Layer  # noqa: E402
 
 SHARED = 227 << 10  # bytes of shared memory that a block of an H100 may ask for
 PROPERTIES = {
@@ -158,16 +159,45 @@ def attend(heads: Heads) -> None:
             out.sum().backward()
 
 
+def compute(layer: Layer) -> None:
+    """A lean layer's forward and backward pass, of many tokens and of few, in the kernels that its trial would take."""
+    from ft_host.models.lean import fused
+
+    one_thread = torch.autograd.set_multithreading_enabled(False)  # another one wouldn't know Inductor's settings
+    with one_thread, fused.of_any_size():
+        for tokens in (4096, 2, 333):
+            output_of(layer, tokens).sum().backward()
+
+
+def output_of(layer: Layer, tokens: int) -> torch.Tensor:
+    from ft_host.models.lean import fused, gated, norm
+
+    shape = (1, tokens, layer.width) if layer.heads is None else (1, tokens, layer.heads, layer.width)
+    states, other = (torch.zeros(shape, dtype=layer.states, device="cuda", requires_grad=True) for _ in range(2))
+    if layer.name is None:
+        form = norm.NormForm(1e-6, layer.offset, not layer.offset)
+        weight = torch.ones(layer.width, dtype=layer.weight, device="cuda", requires_grad=True)
+        given = states if layer.heads is None else states.transpose(1, 2)
+        fused.FUSED.add(fused.key_of_norm(given, weight, form))
+        assert not norm.fuses(given, weight, form)  # the device has no kernel of its own, so that all forms compile
+        out = norm.norm(given, weight, form)
+        assert out.stride() == given.stride()
+        return out
+    halves = torch.cat([states, other], -1).chunk(2, -1) if layer.joined else (states, other)
+    fused.FUSED.add(fused.key_of_product(*halves, layer.name))
+    return gated.gated(*halves, layer.name)
+
+
 def main(names: list[str]) -> None:
     built = take_the_place_of_cuda()
     from torch._dynamo.utils import counters
 
-    for name in names or CASES:
+    for name in names or [*CASES, *LAYERS]:
         built.clear()
         start, graphs = time.time(), counters["stats"]["unique_graphs"]
         told: dict[str, Any] = {"case": name, "error": None}
         try:
-            attend(CASES[name])
+            attend(CASES[name]) if name in CASES else compute(LAYERS[name])
         except Exception as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             told["error"] = f"{type(error).__name__}: {' '.join(lines[:3])}"

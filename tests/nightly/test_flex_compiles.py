@@ -28,7 +28,7 @@ def told(tmp_path_factory):
     caches = tmp_path_factory.mktemp("caches")
     names = {"TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"), "TRITON_CACHE_DIR": str(caches / "triton")}
     done = subprocess.run(
-        [sys.executable, str(HERE / "sm90.py")], capture_output=True, text=True, env=os.environ | names
+        [sys.executable, str(HERE / "sm90.py"), *CASES], capture_output=True, text=True, env=os.environ | names
     )
     assert done.returncode == 0, done.stderr
     return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}

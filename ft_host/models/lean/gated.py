@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ft_host.models.lean import fused
+
 aten = torch.ops.aten
 
 
@@ -47,6 +49,8 @@ ACTIVATIONS = {
 
 
 def product(gate: torch.Tensor, up: torch.Tensor, name: str) -> torch.Tensor:  # (..., I)
+    if fused.takes_product(gate, up, name):
+        return fused.gated(gate, up, name)
     value = ACTIVATIONS[name].value(gate)
     return value.mul_(up) if torch.promote_types(value.dtype, up.dtype) == value.dtype else value * up
 
@@ -65,6 +69,8 @@ class Gated(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         ctx.made = None
+        if all(ctx.needs_input_grad[:2]) and fused.takes_product(gate, up, ctx.name):
+            return *fused.gated_backward(grad, gate, up, ctx.name), None
         of_gate = of_up = None
         if ctx.needs_input_grad[1]:
             of_up = product(gate, grad, ctx.name).to(up.dtype)

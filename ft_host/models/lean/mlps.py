@@ -65,6 +65,7 @@ def forms_of_mlp(linears: dict[str, tuple[int, int]]) -> list[MlpForm]:
 
 
 def form_of_mlp(module: nn.Module, device: torch.device, dtype: torch.dtype) -> MlpForm | None:
+    """What a module with these weights computes: where autocast is on, with it and, more exactly, without it."""
     linears = linears_of(module)
     forms = forms_of_mlp(linears)
     if not forms:
@@ -73,8 +74,10 @@ def form_of_mlp(module: nn.Module, device: torch.device, dtype: torch.dtype) -> 
         twin = twin_of(module)
         parts: dict[str, Any] = dict(module.named_children())
         small = forms[0]
-        sizes = {small.down: (INNER, INPUT)}
-        sizes |= {name: (INPUT, INNER if small.gate else 2 * INNER) for name in linears if name != small.down}
+        # of a square one, any layer may be the last
+        inner = INPUT if small.gate and len(set(linears[small.down])) == 1 else INNER
+        sizes = {small.down: (inner, INPUT)}
+        sizes |= {name: (INPUT, inner if small.gate else 2 * inner) for name in linears if name != small.down}
         for name, child in parts.items():
             if name in sizes:
                 child = nn.Linear(*sizes[name], bias=False, device=device, dtype=dtype)
@@ -83,14 +86,19 @@ def form_of_mlp(module: nn.Module, device: torch.device, dtype: torch.dtype) -> 
             twin.add_module(name, child)
         weights = [parts[name].weight for name in sizes]
         states = random(generator, 1, ROWS, INPUT, dtype=dtype, device=device).requires_grad_()
-        torch.manual_seed(0)
-        theirs = outcome(twin, states, weights)
-        for form in forms:
-            torch.manual_seed(0)  # a dropout of its own would be found
-            ours = outcome(bound(lambda given, form: form(parts, given), form), states, weights)
-            if apart_by(ours, theirs) <= TOLERANCE[dtype]:
-                return form
-    return None
+        apart = dict.fromkeys(forms, 0.0)
+        for mixed in sorted({False, torch.is_autocast_enabled(device.type)}):
+            limit = TOLERANCE[torch.get_autocast_dtype(device.type) if mixed else dtype]
+            with torch.autocast(device.type, enabled=mixed):
+                torch.manual_seed(0)
+                theirs = outcome(twin, states, weights)
+                for form in list(apart):
+                    torch.manual_seed(0)  # a dropout of its own would be found
+                    ours = outcome(bound(lambda given, form: form(parts, given), form), states, weights)
+                    apart[form] += apart_by(ours, theirs)
+                    if not apart[form] <= limit:
+                        del apart[form]
+    return min(apart, key=lambda form: apart[form], default=None)  # in 16 bits two kinds of GELU are near each other
 
 
 def lean_mlp(form: MlpForm) -> Callable[..., torch.Tensor]:
@@ -113,6 +121,17 @@ def form_of_gate(module: Any, device: torch.device, dtype: torch.dtype) -> tuple
         for name, first in itertools.product(ACTIVATIONS, (True, False)):
             if apart_by(outcome(bound(_gate_of_halves, name, first), joined, []), theirs) <= TOLERANCE[dtype]:
                 return name, first
+    return None
+
+
+def inner_of(module: nn.Module) -> int | None:
+    """The width of an expert's product, by the matrices that make both its halves and take it; None where there are
+    none of such sizes."""
+    shapes = [tuple(parameter.shape[1:]) for parameter in module.parameters() if parameter.dim() == 3]
+    for makes, takes in itertools.permutations(shapes, 2):
+        for at, inner in itertools.product((0, 1), (0, 1)):
+            if makes[at] == 2 * takes[inner] and makes[1 - at] == takes[1 - inner]:
+                return takes[inner]
     return None
 
 

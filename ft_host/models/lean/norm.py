@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ft_host.models.lean import fused
+
 aten = torch.ops.aten
 
 
@@ -70,6 +72,8 @@ def forward_of(
     """The output, and the ratio of each token, which may be known."""
     if weight is not None and fuses(states, weight, form):
         return aten._fused_rms_norm(states, [states.shape[-1]], factor_of(weight, states, form), form.eps)
+    if weight is not None and fused.takes_norm(states, weight, form):
+        return fused.norm(states, weight, form)
     ratio = ratio_of(states, form.eps) if ratio is None else ratio
     return normed(states, weight, ratio, form), ratio
 
@@ -96,6 +100,9 @@ class Norm(torch.autograd.Function):
             given = grad.contiguous(), states, [states.shape[-1]], ratio, factor_of(weight, states, ctx.form)
             of_states, of_weight = aten._fused_rms_norm_backward(*given, list(ctx.needs_input_grad[:2]))
             return of_states, None if of_weight is None else of_weight.to(weight.dtype), None
+        if weight is not None and fused.takes_norm(states, weight, ctx.form):
+            given = grad, states, weight, ratio, ctx.form, ctx.needs_input_grad
+            return *fused.norm_backward(*given), None
         of_states = of_weight = None
         with torch.autocast(states.device.type, enabled=False):
             wide, grad = states.float(), grad.float()
@@ -104,7 +111,7 @@ class Norm(torch.autograd.Function):
             both = torch.mul(grad, wide, out=torch.empty(wide.shape, dtype=wide.dtype, device=wide.device))
             rows = both.view(-1, both.shape[-1])  # (T, H)
             if ctx.needs_input_grad[1]:
-                of_weight = (ratio.reshape(1, -1) @ rows).view(weight.shape).to(weight.dtype)
+                of_weight = torch.mv(rows.t(), ratio.reshape(-1)).view(weight.shape).to(weight.dtype)
             if ctx.needs_input_grad[0]:
                 factor = None if weight is None else weight.float() + ctx.form.offset
                 sums = rows.sum(-1) if factor is None else torch.mv(rows, factor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,7 +34,10 @@ def apart_by(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
         if one.shape != other.shape or one.dtype != other.dtype:
             return float("inf")
         wide = widened(other)
-        most = max(most, float((widened(one) - wide).abs().max() / wide.abs().max()))
+        apart = float((widened(one) - wide).abs().max() / wide.abs().max())
+        if math.isnan(apart):  # which is no larger than anything
+            return float("inf")
+        most = max(most, apart)
     return most
 
 
