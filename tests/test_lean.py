@@ -394,8 +394,8 @@ def test_of_forms_within_the_rounding_the_nearest_counts(dtype):
 @pytest.mark.parametrize("family", ["llama", "qwen", "gemma"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_lean_norm_gives_the_very_numbers_of_the_models_own(family, dtype):
-    """Else losses would differ from those of other tools by more than what their own order of sums makes. Gradients have
-    another order of sums, and are as near to the exact ones as products of matrices are."""
+    """Else losses would differ from those of other tools by more than what their own order of sums makes. Gradients
+    have another order of sums, and are as near to the exact ones as products of matrices are."""
     module = next(module for module in models.FAMILIES[family]().modules() if norms.is_norm(module))
     form = norms.form_of_norm(module, CPU, {dtype})
     states = randn(3, 50, module.weight.numel(), dtype=dtype)

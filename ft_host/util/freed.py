@@ -1,8 +1,9 @@
 """Freed memory of the host, which a run on a CPU keeps for its next step.
 
 Each step frees what its backward pass was done with, and the next step asks for as much again. By itself glibc hands
-large blocks back to the system and then gets them page by page, each filled with zeros: in some steps that is a tenth of
-the time. Other C libraries are left as they are, and so is glibc where the user has said how it works. Imports no torch.
+large blocks back to the system and then gets them page by page, each filled with zeros: in some steps that is a tenth
+of the time. Other C libraries are left as they are, and so is glibc where the user has said how it works. Imports no
+torch.
 """
 
 from __future__ import annotations

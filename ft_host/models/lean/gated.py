@@ -51,12 +51,8 @@ ACTIVATIONS = {
 def product(gate: torch.Tensor, up: torch.Tensor, name: str) -> torch.Tensor:  # (..., I)
     if fused.takes_product(gate, up, name):
         return fused.gated(gate, up, name)
-    return times(ACTIVATIONS[name].value(gate), up)
-
-
-def times(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Their product, in the place of `value` where its type allows that."""
-    return value.mul_(other) if torch.promote_types(value.dtype, other.dtype) == value.dtype else value * other
+    value = ACTIVATIONS[name].value(gate)
+    return value.mul_(up) if torch.promote_types(value.dtype, up.dtype) == value.dtype else value * up
 
 
 class Gated(torch.autograd.Function):
@@ -65,35 +61,29 @@ class Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, name: str) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
-        ctx.name, ctx.made, ctx.value = name, None, None
+        ctx.name, ctx.made = name, None
         return product(gate, up, name)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gate, up = ctx.saved_tensors
-        value, ctx.made, ctx.value = ctx.value, None, None
+        ctx.made = None
         if all(ctx.needs_input_grad[:2]) and fused.takes_product(gate, up, ctx.name):
             return *fused.gated_backward(grad, gate, up, ctx.name), None
         of_gate = of_up = None
         if ctx.needs_input_grad[1]:
-            of_up = product(gate, grad, ctx.name) if value is None else times(value, grad)
-            of_up = of_up.to(up.dtype)
+            of_up = product(gate, grad, ctx.name).to(up.dtype)
         if ctx.needs_input_grad[0]:
             of_gate = ACTIVATIONS[ctx.name].slope((grad * up).to(gate.dtype), gate)
         return of_gate, of_up, None
 
 
 def remade(node: Any) -> torch.Tensor:
-    """The output of the `Gated` of a graph's node, made again. Kept until its backward pass, as its activation is, which
-    that pass wants as well."""
+    """The output of the `Gated` of a graph's node, made again. Kept until its backward pass."""
     if node.made is None:
         gate, up = node.saved_tensors
-        if fused.takes_product(gate, up, node.name):
-            node.made = fused.gated(gate, up, node.name)
-        else:
-            node.value = ACTIVATIONS[node.name].value(gate)
-            node.made = node.value * up
+        node.made = product(gate, up, node.name)
     return node.made
 
 

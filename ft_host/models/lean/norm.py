@@ -106,8 +106,8 @@ class Norm(torch.autograd.Function):
         of_states = of_weight = None
         with torch.autocast(states.device.type, enabled=False):
             wide, grad = states.float(), grad.float()
-            # dw = sum over tokens of r g x, and dx = r g w - x r³ mean(g w x). Both sums are products of g x with a vector,
-            # and its memory then holds dx: half the passes over memory that autograd makes.
+            # dw = sum over tokens of r g x, and dx = r g w - x r³ mean(g w x). Both sums are products of g x with a
+            # vector, and its memory then holds dx: half the passes over memory that autograd makes.
             both = torch.mul(grad, wide, out=torch.empty(wide.shape, dtype=wide.dtype, device=wide.device))
             rows = both.view(-1, both.shape[-1])  # (T, H)
             if ctx.needs_input_grad[1]:
