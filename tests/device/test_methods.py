@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -64,7 +65,9 @@ def test_the_device_gives_the_numbers_of_the_cpu_and_waits_for_little(case, root
 def test_modules_of_a_known_form_are_found_on_the_device(on_device):
     """In bfloat16 too, where an activation's gradient in parts would round otherwise."""
     for cpu, device in on_device(cases.lean_forms).values():
-        assert device == cpu and device.lean_norms == 5 and device.lean_mlps == 2
+        assert (device.fused_norms, device.fused_mlps) == (5, 2) and device.eager == {}  # the device's alone
+        found = replace(device, fused_norms=0, fused_mlps=0)
+        assert found == cpu and found.lean_norms == 5 and found.lean_mlps == 2
 
 
 def test_a_line_that_is_not_in_the_table_is_told_with_its_number():
