@@ -161,7 +161,7 @@ def make(tmp_path, monkeypatch):
             model=None,
             rollouts=config.rollout_plan(1),
         )
-        session = RolloutSession(config=config, pool=None, toolbox=None, probes=0)
+        session = RolloutSession(config=config, pool=SimpleNamespace(functions=[]), toolbox=None, probes=0)
         single = dataclasses.replace(config, per_device_train_batch_size=1, gradient_accumulation_steps=1)
         position, saved = at
         stream = TrainStream(

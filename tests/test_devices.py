@@ -25,6 +25,7 @@ CPU, CUDA, MPS, XPU = (torch.device(kind) for kind in ("cpu", "cuda:0", "mps:0",
 
 # What is of CUDA alone, or of a GPU that vLLM or Triton drives, by file and why.
 OF_CUDA = {
+    "ft_host/diagnostics/rules/probes.py": "kinds that Triton compiles for, without torch",
     "ft_host/distributed/processes.py": "segments of CUDA's allocator that grow",
     "ft_host/generation/frames.py": "CUDA's graphs",
     "ft_host/models/tiles.py": "the key of what is on any GPU",
