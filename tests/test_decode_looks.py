@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from counted_waits import Waits
 
 from ft_host.generation import decode, looks
 from ft_host.generation.prompts import prompts_of
@@ -13,18 +13,6 @@ from ft_host.models import attention
 from ft_host.testing import models
 from ft_host.testing.generation import generating_run
 from ft_host.types import Request, Sampling
-
-
-class Waits(TorchDispatchMode):
-    """Counts the operators that read a value of a tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-        return func(*args, **(kwargs or {}))
 
 
 def made(name: str, **overrides):

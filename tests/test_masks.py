@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from counted_waits import Waits
 from transformers import AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
@@ -18,18 +18,6 @@ from ft_host.models.policy import Policy
 from ft_host.testing import models
 
 WINDOWS = (None, 3, 7, 8)
-
-
-class Waits(TorchDispatchMode):
-    """Counts the operators that read a value of a tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-        return func(*args, **(kwargs or {}))
 
 
 def arguments_of(window: int | None, mask: torch.Tensor) -> dict[str, Any]:

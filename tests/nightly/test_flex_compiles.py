@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from device import build
 
+from nightly.compiled import SHARED, told_of
 from nightly.families import CASES, FAMILIES
 
 HERE = Path(__file__).parent
-SHARED = 227 << 10  # bytes of shared memory that a block of an H100 may ask for
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """What was compiled for each case, all in one process: as in a run, what one has compiled serves another."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed (pip install triton; .ci/nightly does)")
-    if why := build.missing():
-        pytest.skip(why)
-    caches = tmp_path_factory.mktemp("caches")
-    names = {"TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"), "TRITON_CACHE_DIR": str(caches / "triton")}
-    done = subprocess.run(
-        [sys.executable, str(HERE / "sm90.py"), *CASES], capture_output=True, text=True, env=os.environ | names
-    )
-    assert done.returncode == 0, done.stderr
-    return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
+    return told_of(CASES, tmp_path_factory.mktemp("caches"))
 
 
 @pytest.mark.nightly
