@@ -253,11 +253,21 @@ def peak_of(once: Callable[[], None], device: torch.device) -> float | None:
     if device.type == "cpu":
         return None
     module = devices.module_of(device)
+    let_go(device)
     before = module.memory_allocated(device)
     module.reset_peak_memory_stats(device)
     once()
     devices.synchronize(device)
     return (module.max_memory_allocated(device) - before) / 2**20
+
+
+def let_go(device: torch.device) -> None:
+    """Frees what the device's backward thread still holds of the last pass. It lets go of a pass's last tensors only
+    once it waits for the next, which may be after `once` has returned: whoever reads the memory then counts them. By
+    the end of another backward, of a number, they are gone."""
+    number = torch.ones((), device=device, requires_grad=True)
+    torch.autograd.grad(number * 2, number)
+    devices.synchronize(device)
 
 
 def measure(spec: dict[str, Any]) -> list[dict[str, Any]]:
