@@ -94,6 +94,11 @@ def _attend(
     return (out[0], out[1].lse) if sinks else (out, None)
 
 
+# Torch traces even this, for shapes, and its newer versions don't pass a soft cap on as a symbol, which a second soft cap
+# of a process would be.
+_uncompiled = torch._dynamo.config.patch(specialize_float=True)(_attend)
+
+
 @functools.cache
 def compiled() -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     """Return the compiled kernel."""
@@ -126,7 +131,7 @@ def flex_segments(
         query, key, value = (
             F.pad(each.transpose(1, 2), (0, 0, 0, 0, 0, missing)).transpose(1, 2) for each in (query, key, value)
         )
-    kernel = _attend if query.device.type == "cpu" else compiled()
+    kernel = _uncompiled if query.device.type == "cpu" else compiled()
     of_blocks = block_mask(mask.layout, mask.window)
     out, normaliser = kernel(query, key, value, of_blocks, scaling, softcap, s_aux is not None)
     if normaliser is not None:
