@@ -94,8 +94,7 @@ def _attend(
     return (out[0], out[1].lse) if sinks else (out, None)
 
 
-# Torch traces even this, for shapes, and its newer versions don't pass a soft cap on as a symbol, which a second soft cap
-# of a process would be.
+# Torch traces even this. A second soft cap of a process would be a symbol there, which torch 2.15 doesn't take.
 _uncompiled = torch._dynamo.config.patch(specialize_float=True)(_attend)
 
 
