@@ -21,6 +21,7 @@ from ft_host.models.lean import Found, make_lean, mlps, norms, parts, remaking
 from ft_host.models.lean import norm as norm_module
 from ft_host.models.lean.gated import ACTIVATIONS, Gated, gated
 from ft_host.models.lean.norm import Norm, NormForm, norm
+from ft_host.models.lean.rotary import turn
 from ft_host.models.segments import per_segment
 from ft_host.testing import models
 
@@ -277,39 +278,29 @@ def told():
         yield
 
 
-def rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    one, two = states.chunk(2, -1)
-    return states * cos + torch.cat((-two, one), -1) * sin
-
-
 def interleaved(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     return states * cos + torch.stack((-states[..., 1::2], states[..., ::2]), -1).flatten(-2) * sin
 
 
-def queries_of(turn: Any, angle: float = 0.1) -> torch.Tensor:
-    """(1, heads, T, D) after a norm of ours and a rotation."""
-    states = norm(randn(1, 5, 2 * 8).view(1, 5, 2, 8), randn(8, seed=1), LLAMA).transpose(1, 2)
-    angles = angle * torch.arange(5.0)[:, None] * torch.ones(8)
+def queries_of(turn: Any, normed: bool = True) -> torch.Tensor:
+    """(1, heads, T, D) after a rotation, and a norm of ours before it."""
+    states = randn(1, 5, 2 * 8).view(1, 5, 2, 8)
+    states = (norm(states, randn(8, seed=1), LLAMA) if normed else states).transpose(1, 2)
+    angles = 0.1 * torch.arange(5.0)[None, None, :, None] * torch.ones(8)
     return turn(states, angles.cos(), angles.sin())
 
 
-def test_what_rotates_is_believed_once_it_gave_the_very_numbers(told):
-    queries = queries_of(rotated)
-    found = parts.rotation_of(nn.Identity(), queries)
-    assert torch.equal(found.take(), queries)
-    assert parts.rotation_of(nn.Identity(), queries_of(interleaved)) is None
-    assert parts.rotation_of(nn.Identity(), randn(1, 2, 5, 8)) is None
-
-
-def test_a_rotation_by_nothing_proves_nothing(told):
-    module = nn.Identity()
-    assert parts.rotation_of(module, queries_of(interleaved, angle=0.0)) is None
-    assert parts.rotation_of(module, queries_of(interleaved)) is None
+def test_what_rotates_is_told_by_the_graph(told):
+    queries = queries_of(turn)
+    assert torch.equal(parts.rotation_of(queries).take(), queries)
+    assert parts.rotation_of(queries_of(interleaved)) is None
+    assert parts.rotation_of(queries_of(turn, normed=False)) is None
+    assert parts.rotation_of(randn(1, 2, 5, 8)) is None
 
 
 def test_rotated_queries_are_held_until_all_parts_were_taken(told):
-    queries = queries_of(rotated)
-    found = parts.rotation_of(nn.Identity(), queries)  # which needs the graph of the queries
+    queries = queries_of(turn)
+    found = parts.rotation_of(queries)  # which needs the graph of the queries
     with parts.attention_call() as call:
         call.rotated(queries, found)
         pieces = queries.split([2, 3], 2)

@@ -194,7 +194,7 @@ def segment_attention(
     layout = mask.layout
     if query.shape[2] != key.shape[2] or query.shape[2] != sum(layout.lengths):
         raise NotFlat(f"{name}: {query.shape[2]} queries and {key.shape[2]} keys for {sum(layout.lengths)} tokens")
-    rotations = [rotation_of(module, tensor) for tensor in (query, key)]
+    rotations = [rotation_of(tensor) for tensor in (query, key)]
     query, key, value = of_one_type(query, key, value)
     with attention_call() as parts:
         for tensor, rotation in zip((query, key), rotations, strict=True):

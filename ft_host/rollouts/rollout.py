@@ -32,6 +32,7 @@ from ft_host.rollouts.tools import Toolbox
 from ft_host.rollouts.turns import Conversation, run_episodes
 from ft_host.types import Rollout as Rollout
 from ft_host.types import Row
+from ft_host.util.freed import let_go
 from ft_host.util.ranks import everywhere
 from ft_host.util.seeds import seed_of
 
@@ -100,6 +101,7 @@ class RolloutRun:
         rows. Raises, on all ranks, what one rank raises.
         """
         started = self._begins("generation")
+        let_go()  # training needs other blocks than generation, and more of them would be held than of either
         seed = seed_of(self.config.seed, "rollout", self.number, self.calls)
         sampling = rollout_sampling(self.config, seed, role, stop_token_ids)
         completions = self._together(
@@ -117,6 +119,7 @@ class RolloutRun:
             )
         )
         self.calls += 1
+        let_go()
         self._took("generation", started)
         self.tokens += sum(map(size, completions))
         return completions

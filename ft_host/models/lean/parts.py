@@ -2,8 +2,7 @@
 
 - Keys and values of a segment with ancestors are joined of theirs and its own: they are joined again.
 - Outputs of segments are joined to the call's output, which the next layer keeps: theirs are parts of that.
-- Rotated queries and keys are rotated again where their norm is one of ours. What rotates them is told by the graph,
-  and believed of a module once it has given its very numbers.
+- Rotated queries and keys are rotated again where their norm and what rotates them are ours, as the graph tells.
 """
 
 from __future__ import annotations
@@ -12,14 +11,13 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
 
-from ft_host.models.lean import norm
+from ft_host.models.lean import norm, rotary
 
 NORM = norm.Norm._backward_cls.__name__
+TURNED = rotary.Turned._backward_cls.__name__
 VIEWS = frozenset(("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"))
 
 
@@ -55,12 +53,7 @@ class Rotated:
         first, second = self.dims
         before[first], before[second] = before[second], before[first]
         states = norm.remade(self.node).view(before).transpose(first, second)
-        half, cos, sin = states.shape[-1] // 2, self.cos.get(), self.sin.get()
-        made = states * cos
-        # Minus a product is the product with a negative, to the bit. (`-=` would write each half twice.)
-        made[..., :half].sub_(states[..., half:] * sin[..., :half])
-        made[..., half:].add_(states[..., :half] * sin[..., half:])
-        return made
+        return rotary.turned(states, self.cos.get(), self.sin.get())
 
     def take(self) -> torch.Tensor:
         if self.made is None:
@@ -96,34 +89,24 @@ class Joined:
 
 
 Handle = Kept | Cut | Joined
-_believed: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def rotation_of(module: nn.Module, tensor: torch.Tensor) -> Rotated | None:
-    """What makes rotated queries or keys, (1, heads, T, D), again; None where nothing known does."""
+def rotation_of(tensor: torch.Tensor) -> Rotated | None:
+    """What makes rotated queries or keys, (1, heads, T, D), again; None where that isn't known."""
     node = tensor.grad_fn
-    if not _asked.get() or type(node).__name__ != "AddBackward0" or len(node.next_functions) != 2:
+    if not _asked.get() or type(node).__name__ != TURNED:
         return None
-    straight, turned = (before for before, _ in node.next_functions)
-    if {type(straight).__name__, type(turned).__name__} != {"MulBackward0"}:
-        return None
-    source = straight.next_functions[0][0]
-    if type(source).__name__ != "TransposeBackward0" or straight.next_functions[1][0] is not None:
+    source = node.next_functions[0][0]
+    if type(source).__name__ != "TransposeBackward0":
         return None
     dims = source._saved_dim0, source._saved_dim1
     source = source.next_functions[0][0]
     while type(source).__name__ in VIEWS:
         source = source.next_functions[0][0]
-    if type(source).__name__ != NORM or turned.next_functions[1][0] is not None or max(dims) >= tensor.dim():
+    if type(source).__name__ != NORM or max(dims) >= tensor.dim():
         return None
-    found = Rotated(tensor, source, Kept(straight._saved_other), Kept(turned._saved_other), dims)
-    if module not in _believed:
-        if not (tensor.any() and found.sin.tensor.any()):
-            return None  # which every rotation gives
-        with torch.no_grad():
-            _believed[module] = torch.equal(found.make(), tensor)
-        source.made = None
-    return found if _believed[module] else None
+    cos, sin = node.saved_tensors
+    return Rotated(tensor, source, Kept(cos), Kept(sin), dims)
 
 
 class Parts:

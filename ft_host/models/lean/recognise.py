@@ -1,4 +1,4 @@
-"""Which modules of a model keep less from now on: those that were found to compute what `norm` and `gated` do."""
+"""Which modules of a model are lean from now on: those found to compute what `norm`, `gated` and `rotary` do."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 from ft_host.models.lean.fusing import fuse_norm, fuse_product
 from ft_host.models.lean.mlps import form_of_gate, form_of_mlp, forms_of_mlp, inner_of, lean_gate, lean_mlp, linears_of
 from ft_host.models.lean.norms import form_of_norm, is_norm, lean_norm
+from ft_host.models.lean.rotary import is_rotation, lean_attention, rotation_of_class
 from ft_host.models.lean.trying import TOLERANCE, takes_one
 from ft_host.util.devices import TRITON
 
@@ -30,6 +31,7 @@ class Found:
     others: set[str] = field(default_factory=set)  # classes of those that don't
     experts: int = 0  # mixtures whose experts share one product of gate and up
     lean_experts: int = 0
+    lean_rotations: int = 0  # attention modules whose rotation is known; others keep no more than they did
     fused_norms: int = 0
     fused_mlps: int = 0
     eager: dict[str, set[str]] = field(default_factory=dict)  # by reason, what isn't fused where Triton might
@@ -75,7 +77,7 @@ HALF = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def make_lean(model: nn.Module, device: torch.device, precision: str, fuse: bool = True) -> Found:
-    """Give the norms and gated MLPs of a model, whose form is known, their lean forward.
+    """Give the norms, gated MLPs and attentions of a model, whose form is known, their lean forward.
 
     `precision`: accelerate's name of the type of matrix products, a key of `HALF`. `fuse`: compile them, where Triton
     compiles for the device. Modules whose forward was already exchanged stay as they are, and so does a model in
@@ -136,4 +138,11 @@ def make_lean(model: nn.Module, device: torch.device, precision: str, fuse: bool
             if fuse:
                 failed = fuse_product(form[0], inner_of(module), True, types, device)
                 found.fused_mlps += found.fused("experts", failed)
+        elif rotation := rotation_of_class(type(module)):
+            names, own = rotation
+            if own not in known:
+                known[own] = is_rotation(own, device, types)
+            if known[own]:
+                found.lean_rotations += 1
+                module.forward = MethodType(lean_attention(type(module), names, own), module)
     return found
