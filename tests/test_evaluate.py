@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ft_host.cli.train import leave
 from ft_host.errors import DataError
 from ft_host.generation import Request, Sampling
 from ft_host.rewards import describe
@@ -102,6 +103,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
     results = [evaluate_rewards(run, rows, FUNCTIONS) for rows in (ROWS, ROWS[:1])]
     torch.save(results, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+    leave(0)  # as a run's ranks do
 
 
 def test_two_processes_give_what_one_does_even_with_one_row(tmp_path):

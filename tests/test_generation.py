@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from ft_host.batch import Segment, flat_batch
+from ft_host.cli.train import leave
 from ft_host.errors import DataError
 from ft_host.generation import Request, Sampling
 from ft_host.generation import sampling as picking
@@ -328,6 +329,7 @@ def _rank(rank: int, world_size: int, port: int, folder: str, requests: list[Req
     results.append(run.generate(mine, SAMPLINGS[1]))
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
+    leave(0)  # as a run's ranks do
 
 
 def test_sharded_ranks_generate_what_one_process_does(tmp_path):

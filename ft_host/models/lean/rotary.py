@@ -37,12 +37,15 @@ def turned(
     """Return (x1 c1 - x2 s1, x2 c2 + x1 s2). `backward`: its transpose, (x1 c1 + x2 s2, x2 c2 - x1 s1), which takes the
     gradient of the output to that of the input. (B, heads, T, D), in the widest type of the three."""
     half = states.shape[-1] // 2
-    out, first, second = states * cos, sin[..., :half], sin[..., half:]
+    out, one, two = states * cos, states[..., :half], states[..., half:]
     if backward:
-        first, second = second, first
-    sign = 1 if backward else -1
-    out[..., :half].addcmul_(states[..., half:], first, value=sign)
-    out[..., half:].addcmul_(states[..., :half], second, value=-sign)
+        out[..., :half].addcmul_(two, sin[..., half:])
+        out[..., half:].addcmul_(one, sin[..., :half], value=-1)
+    else:
+        # Rounded where models round, so that it gives their very numbers: minus a product is the product with a
+        # negative, to the bit. (`-=` would write each half twice.)
+        out[..., :half].sub_(two * sin[..., :half])
+        out[..., half:].add_(one * sin[..., half:])
     return out
 
 
