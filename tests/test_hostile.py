@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from ft_host.cli import main
 from ft_host.errors import UsageError
@@ -83,6 +84,30 @@ def test_an_index_that_is_a_program_is_refused_and_not_run(shared, tmp_path):
     sign()
     assert f"{place}/state/.metadata: posix.mkdir is none of the classes of an index" in refusal(config)
     assert not (tmp_path / "made").exists()
+
+
+class Got:
+    """Pickled as `getattr(owner, name)`."""
+
+    def __init__(self, owner: Any, name: str):
+        self.owner, self.name = owner, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.owner, self.name)
+
+
+def test_members_of_enumerations_are_read_as_any_python_writes_them(tmp_path):
+    """Python 3.11.2 has `getattr` for them in a pickle. Of anything else it would be a program."""
+
+    def read(what: Got) -> Any:
+        index = Metadata(state_dict_metadata={}, storage_data={}, planner_data=what)
+        return read_index(io.BytesIO(pickle.dumps(index)), tmp_path).planner_data
+
+    member = _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+    assert read(Got(_MEM_FORMAT_ENCODING, member.name)) is member
+    for owner, name in ((_MEM_FORMAT_ENCODING, "__class__"), (Path, "home"), (torch.Size, "numel")):
+        with pytest.raises(UsageError, match="none of the members of an index"):
+            read(Got(owner, name))
 
 
 @pytest.mark.parametrize("kind", ["value", "tensor"])

@@ -8,6 +8,7 @@ classes of an index and no others, and values by torch's own that knows tensors 
 from __future__ import annotations
 
 import contextlib
+import enum
 import io
 import pickle
 import re
@@ -45,8 +46,17 @@ KNOWN = {
 }
 
 
+def _member(kind: Any, name: str) -> enum.Enum:
+    """A member of an enumeration, which the first releases of Python 3.11 pickle as `getattr(kind, name)`."""
+    if not isinstance(kind, enum.EnumType) or name not in kind.__members__:
+        raise pickle.UnpicklingError(f"getattr of {kind!r} and {name!r} is none of the members of an index")
+    return kind[name]
+
+
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if name not in KNOWN.get(module, ()):
             raise pickle.UnpicklingError(f"{module}.{name} is none of the classes of an index")
         return super().find_class(module, name)
