@@ -47,7 +47,7 @@ KNOWN = {
 
 
 def _member(kind: Any, name: str) -> enum.Enum:
-    """A member of an enumeration, which the first releases of Python 3.11 pickle as `getattr(kind, name)`."""
+    """A member of an enumeration, which Python 3.11.2 pickles as `getattr(kind, name)`."""
     if not isinstance(kind, enum.EnumType) or name not in kind.__members__:
         raise pickle.UnpicklingError(f"getattr of {kind!r} and {name!r} is none of the members of an index")
     return kind[name]
