@@ -39,12 +39,8 @@ def given(states: torch.dtype = F32, angles: torch.dtype = F32) -> list[torch.Te
     return [q, k, *(randn(1, 6, 8, seed=seed, dtype=angles) for seed in (8, 9))]
 
 
-def own_of(function: Any) -> Any:
-    """The model's own, whatever other tests of the process have made lean."""
-    return getattr(function, "own", function)
-
-
-QWEN = own_of(modeling_qwen3.apply_rotary_pos_emb)
+# The model's own, whatever other tests of the process have made lean.
+_, QWEN = rotary.rotation_of_class(modeling_qwen3.Qwen3Attention)
 
 
 def with_gradients(made: tuple[torch.Tensor, ...], q: torch.Tensor, k: torch.Tensor) -> list[torch.Tensor]:
@@ -123,6 +119,10 @@ def test_a_forward_without_such_a_function_is_left_alone():
     assert rotary.rotation_of_class(modeling_qwen3.Qwen3MLP) is None
     names, own = rotary.rotation_of_class(modeling_qwen3.Qwen3Attention)
     assert names is vars(modeling_qwen3) and own is QWEN
+    rotary.lean_attention(modeling_qwen3.Qwen3Attention, names, own)
+    rotary.lean_attention(modeling_qwen3.Qwen3Attention, names, own)  # exchanged once
+    assert names["apply_rotary_pos_emb"].__wrapped__ is own
+    assert rotary.rotation_of_class(modeling_qwen3.Qwen3Attention) == (names, own)
 
 
 # ---------------------------------------------------------------- where

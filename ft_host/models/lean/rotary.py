@@ -25,6 +25,7 @@ NAME = "apply_rotary_pos_emb"
 PARAMETERS = ["q", "k", "cos", "sin", "unsqueeze_dim"]
 
 Rotation = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+_exchanged: dict[Rotation, Rotation] = {}  # models' own, by what takes their place
 _lean: ContextVar[bool] = ContextVar("ft_host_lean_rotary", default=False)
 
 
@@ -87,7 +88,7 @@ def exchanged(own: Rotation) -> Rotation:
         cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
         return turn(q, cos, sin), turn(k, cos, sin)
 
-    rotation.own = own
+    _exchanged[rotation] = own
     return rotation
 
 
@@ -98,7 +99,7 @@ def rotation_of_class(kind: type[nn.Module]) -> tuple[dict[str, Any], Rotation] 
     if not inspect.isfunction(forward) or NAME not in forward.__code__.co_names:
         return None
     found = forward.__globals__.get(NAME)
-    own = getattr(found, "own", found)
+    own = _exchanged.get(found, found)
     if not inspect.isfunction(own) or [*inspect.signature(own).parameters] != PARAMETERS:
         return None
     return forward.__globals__, own
